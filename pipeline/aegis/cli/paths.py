@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from aegis import progress
 from aegis.errors import UsageError
 from aegis.messages import phrase
+from aegis.runs import named_paths
 
 if TYPE_CHECKING:  # `aegis --help` must not load it
     from aegis.runs.run import Run
@@ -64,7 +64,7 @@ def refuse_absent(*paths: Path | None) -> None:
         UsageError: there is no such file or folder.
     """
     for path in paths:
-        if path is not None and not os.path.exists(path):  # noqa: PTH110 (False for a name too long)
+        if path is not None and not named_paths.exists(path):
             raise UsageError("cli.no_path", path=path)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +17,7 @@ from aegis.errors import DataError, UsageError, first_line
 from aegis.hub.client import is_hub_id
 from aegis.hub.datasets import load_hub_dataset
 from aegis.messages import phrase
+from aegis.runs import named_paths
 from aegis.runs.disk import at_home
 
 _SPLIT = "train"
@@ -55,9 +55,9 @@ def open_source(source: str | Path) -> Source:
     """
     _refuse_no_name(str(source))
     path = at_home(source)
-    if _is_folder(path):
+    if named_paths.is_folder(path):
         return _open_folder(path)
-    if _is_file(path):
+    if named_paths.is_file(path):
         return _open_file(path)
     found = _several(str(source))
     if found:
@@ -76,12 +76,12 @@ def refuse_absent(source: str) -> None:
     """
     _refuse_no_name(source)
     path = at_home(source)
-    if _is_folder(path):
+    if named_paths.is_folder(path):
         if _saved_by(path) is None and not any(reader_of(file) for file in path.iterdir() if file.is_file()):
             raise UsageError("sources.empty_folder", path=path, readers=kinds())
     elif not is_hub_dataset(source):
         open_source(source)
-        if _is_file(path) and path.stat().st_size == 0:
+        if named_paths.is_file(path) and path.stat().st_size == 0:
             raise DataError("dataset.empty", name=path.name)
 
 
@@ -99,15 +99,7 @@ def public_name(name: str) -> str:
 
 def is_hub_dataset(name: str) -> bool:
     """Whether a name has the form of a Hub dataset's id, and no file here has this name."""
-    return names_hub_dataset(name) and not os.path.exists(at_home(name))  # noqa: PTH110
-
-
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113 (unlike Path's, it is False for a name too long, as of many files)
-
-
-def _is_folder(path: Path) -> bool:
-    return os.path.isdir(path)  # noqa: PTH112
+    return names_hub_dataset(name) and not named_paths.exists(at_home(name))
 
 
 def _refuse_no_name(*names: str) -> None:
@@ -126,7 +118,7 @@ def _open_file(path: Path) -> FileSource:
 def _several(name: str) -> list[Path]:
     """Return the files of a pattern, sorted by name, or of a list with commas, in its order."""
     parts = [at_home(part.strip()) for part in name.split(",") if part.strip()]
-    if len(parts) > 1 and all(map(_is_file, parts)):
+    if len(parts) > 1 and all(map(named_paths.is_file, parts)):
         _refuse_no_name(*name.split(","))
         return parts
     if not any(sign in name for sign in "*?["):

@@ -27,6 +27,7 @@ from aegis.model.safe_folder import check_own_files, refuse_spoiled
 from aegis.model.shards import ShardSet
 from aegis.model.tokenizer_growth import refuse_growth
 from aegis.model.vocabulary import vocabulary_of
+from aegis.runs import named_paths
 from aegis.runs.manifest import file_sha256
 
 _PARTS = {"head": "base.part_head", "tokenizer": "base.part_tokenizer", "rope": "base.part_rope"}
@@ -110,7 +111,7 @@ def find_base(name: str, revision: str | None = None) -> Base:
         from aegis.demo.base import ensure_demo_base
 
         folder = ensure_demo_base()
-    elif os.path.isdir(name):  # noqa: PTH112 (unlike Path's, it is False for a name too long)
+    elif named_paths.is_folder(name):
         folder = _folder(name, revision)
     elif not is_on_hub(name):
         raise no_base(name)

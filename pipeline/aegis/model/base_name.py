@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from aegis.config.presets import DEMO
 from aegis.errors import UsageError
 from aegis.hub.client import is_hub_id
+from aegis.runs import named_paths
 
 
 def is_on_hub(name: str) -> bool:
     """Return whether a name is a Hub id and not a folder on this machine."""
-    # os.path's functions return False for a name that is too long; Path's raise
-    return is_hub_id(name) and not os.path.exists(name)  # noqa: PTH110
+    return is_hub_id(name) and not named_paths.exists(name)
 
 
 def no_base(name: str) -> UsageError:
@@ -29,7 +28,7 @@ def refuse_no_base(name: str) -> None:
     """
     if name == DEMO or is_on_hub(name):
         return
-    if not os.path.isdir(name):  # noqa: PTH112
+    if not named_paths.is_folder(name):
         raise no_base(name)
     if not (Path(name) / "config.json").is_file():
         raise UsageError("base.no_config", folder=name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from aegis.data.sources import names_hub_dataset, public_name
 from aegis.hub.client import CARD
 from aegis.messages import phrase
 from aegis.model.base import Base
+from aegis.runs import named_paths
 from aegis.runs.facts import MergeFacts, Provenance, TrainFacts
 from aegis.runs.manifest import MANIFEST, read_manifest
 from aegis.soul.file import SoulRecord
@@ -86,8 +86,7 @@ def card_metadata(folder: Path, hub_id: str | None) -> dict[str, Any]:
         first = next((line.strip() for line in _lines(licences[0]) if line.strip()), licences[0].name)
         kept |= {"license": "other", "license_name": first[:80], "license_link": licences[0].name}
     link = kept.get("license_link")
-    # unlike Path's, it is False for a name too long
-    if link and "://" not in link and hub_id and not os.path.isfile(folder / link):  # noqa: PTH113
+    if link and "://" not in link and hub_id and not named_paths.is_file(folder / link):
         kept["license_link"] = f"https://huggingface.co/{hub_id}/blob/main/{link}"
     return kept
 

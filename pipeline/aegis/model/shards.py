@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from aegis.errors import IntegrityError, UnsupportedModelError, UsageError
 from aegis.limits import INDEX_BYTES, read_json
 from aegis.messages import bilingual
+from aegis.runs import named_paths
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -209,8 +209,7 @@ def _shard_files(folder: Path, weight_map: Mapping[str, str]) -> tuple[Path, ...
         # transformers would train on the single file, and this program would merge the shards
         raise IntegrityError("shards.both_kinds", folder=folder, single=SINGLE)
     if names:
-        # unlike Path's, it is False for a name too long
-        if missing := [name for name in names if not os.path.isfile(folder / name)]:  # noqa: PTH113
+        if missing := [name for name in names if not named_paths.is_file(folder / name)]:
             raise IntegrityError("shards.missing", folder=folder, missing=", ".join(missing))
         return tuple(folder / name for name in names)
     if single:

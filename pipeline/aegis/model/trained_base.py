@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 from aegis.config.presets import DEMO
 from aegis.errors import UsageError
 from aegis.model.base import TEMPLATE, Base, find_base
+from aegis.runs import named_paths
 from aegis.runs.facts import TrainFacts
 from aegis.runs.manifest import MANIFEST, read_manifest
 
@@ -53,8 +53,7 @@ def trained_base(adapter: Path) -> Base:
         EnvironmentFault, UnsupportedModelError: as in `find_base`.
     """
     facts = TrainFacts.read(adapter)
-    # unlike Path's, it is False for a name too long
-    here = os.path.exists(facts.base_model)  # noqa: PTH110
+    here = named_paths.exists(facts.base_model)
     if facts.revision is None and facts.base_model != DEMO and not here:
         raise UsageError("base.moved", base=facts.base_model, adapter=adapter)
     return with_template_of(find_base(facts.base_model, facts.revision), adapter)

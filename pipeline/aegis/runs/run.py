@@ -20,14 +20,13 @@ directory appears under its final name by one rename, when it is complete, or no
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from aegis.errors import IntegrityError, UsageError
-from aegis.runs import disk
+from aegis.runs import disk, named_paths
 from aegis.runs.facts import ExportFacts
 from aegis.runs.lock import PID, locked
 from aegis.runs.manifest import Manifest, read_manifest
@@ -182,7 +181,7 @@ class Run:
             IntegrityError: there is none, or the manifest is damaged.
         """
         path = self.gguf / ExportFacts.read(self.gguf).first
-        if not os.path.isfile(path):  # noqa: PTH113 (unlike Path's, it is False for a name too long)
+        if not named_paths.is_file(path):
             raise IntegrityError("runs.no_gguf", gguf=self.gguf, run_root=self.root)
         return path
 
